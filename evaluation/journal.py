@@ -51,15 +51,14 @@ def read_journal(results: Path) -> dict[str, Row]:
 
 
 @contextmanager
-def open_journal(results: Path, tasks: Iterable[Task], retry_failed: bool = True) -> Iterator[Journal]:
-    """Open a results folder, made if missing, lock it, and keep of its rows those that are true.
+def lock_results(results: Path) -> Iterator[None]:
+    """Keep other runs out of a results folder, made if missing, while the context is open.
 
-    A row of one of the tasks is dropped if its picture is missing or damaged, or if it failed and retry_failed is set.
     Raises:
         ResultsError: another run uses the folder, or it cannot be written.
     """
     with _written_to(results):
-        (results / "pictures").mkdir(parents=True, exist_ok=True)
+        results.mkdir(parents=True, exist_ok=True)
         lock = FileLock(results / LOCK)
         try:
             lock.acquire(timeout=0)
@@ -70,13 +69,24 @@ def open_journal(results: Path, tasks: Iterable[Task], retry_failed: bool = True
                 "Wait for that run, stop it, or choose another folder.",
             ) from None
     try:
-        with _written_to(results):
-            _remove_parts(results)
-            rows = {row.key: row for row in _true_rows(results, {task.key: task for task in tasks}, retry_failed)}
-            _rewrite(results / JOURNAL, rows.values())
-        yield Journal(results, rows)
+        yield
     finally:
         lock.release()
+
+
+def open_journal(results: Path, tasks: Iterable[Task], retry_failed: bool = True) -> Journal:
+    """Open the journal of a locked results folder, and keep of its rows those that are true.
+
+    A row of one of the tasks is dropped if its picture is missing or damaged, or if it failed and retry_failed is set.
+    Raises:
+        ResultsError: the folder cannot be written.
+    """
+    with _written_to(results):
+        (results / "pictures").mkdir(parents=True, exist_ok=True)
+        _remove_parts(results)
+        rows = {row.key: row for row in _true_rows(results, {task.key: task for task in tasks}, retry_failed)}
+        _rewrite(results / JOURNAL, rows.values())
+    return Journal(results, rows)
 
 
 class Journal:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..model_patches.errors import TroupeError
 from .engines.engine import Engine, EngineLostError
-from .journal import Journal, Row, open_journal
+from .journal import Journal, Row, lock_results, open_journal
 from .tasks import Task
 
 log = logging.getLogger("troupe.evaluation")
@@ -38,6 +39,7 @@ def run_tasks(
     retries: int = 2,
     pauses: Sequence[float] = PAUSES,
     retry_failed: bool = True,
+    locked: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Row]:
     """Paint what is missing in a results folder, with all engines at once, and return the rows of the tasks by key.
@@ -46,7 +48,7 @@ def run_tasks(
     more times, on engines that have not tried it if there are any, and then its row has the error. An engine that is
     lost gives its task back and is tried again after each of `pauses` (seconds); a picture from it starts them anew. An
     engine with a number `slots` gets that many tasks at once. Ctrl-C waits for the pictures in hand; a second one does
-    not.
+    not. locked: whether the caller has locked the folder.
     Raises:
         EngineLostError: no engine is left. What was painted is kept, and the same call goes on from there.
         EnginesError: there is no engine, or two have one name.
@@ -57,7 +59,8 @@ def run_tasks(
     if not names or len(set(names)) < len(names):
         found = ", ".join(names) or "none"
         raise EnginesError("engines with different names", found, "Give each engine once, and at least one.")
-    with open_journal(results, wanted.values(), retry_failed) as journal:
+    with nullcontext() if locked else lock_results(results):
+        journal = open_journal(results, wanted.values(), retry_failed)
         missing = [task for key, task in wanted.items() if key not in journal.rows]
         _Pool(missing, journal, retries, pauses, lambda left: progress(len(wanted) - left, len(wanted))).run(engines)
         return {key: journal.rows[key] for key in wanted}

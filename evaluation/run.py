@@ -8,6 +8,7 @@ from pathlib import Path
 from ..rehearsal.engine.paint import load_rehearsal
 from ..rehearsal.engine.recogniser import load_recogniser
 from ..training.data.pictures import PictureFault, open_picture
+from .journal import lock_results, read_journal
 from .making import make_engines, workflows
 from .origin import origin_of
 from .pool import run_tasks
@@ -35,6 +36,11 @@ def evaluate(settings: EvaluationSettings, say: Say = lambda sentence: None, pai
         TroupeError: settings, benchmark, models or results do not fit. What is there is unchanged.
     """
     folder = Path(settings.output.folder)
+    with lock_results(folder):
+        return _evaluate(settings, folder, say, paint)
+
+
+def _evaluate(settings: EvaluationSettings, folder: Path, say: Say, paint: bool) -> Path:
     boxed = any(method.settings.get(BOXES) for method in settings.methods)
     suite = read_suite(settings.suite, folder / SUITE, boxed, lambda: (load_rehearsal(), load_recogniser()))
     counts = {len(case.subjects) for case in suite.cases}
@@ -43,10 +49,12 @@ def evaluate(settings: EvaluationSettings, say: Say = lambda sentence: None, pai
     scorers = make_scorers(settings.scores, suite.name, suite.folder, noised, suite.upright)
     check_origin(folder, origin_of(settings, suite, scorers, workflows(settings.engine, settings.methods, counts)))
     tasks = tasks_of(suite, settings.methods, settings.suite.numbers)
-    faults: dict[str, str] = {}
     if paint:
-        painted = run_tasks(tasks, engines, folder, retries=settings.engine.retries, progress=_progress(say, "painted"))
-        faults |= {key: row.error for key, row in painted.items() if row.error}
+        retries, progress = settings.engine.retries, _progress(say, "painted")
+        painted = run_tasks(tasks, engines, folder, retries=retries, locked=True, progress=progress)
+    else:
+        painted = read_journal(folder)
+    faults = {task.key: painted[task.key].error for task in tasks if task.key in painted and painted[task.key].error}
     faults |= score_tasks(tasks, suite, scorers, folder, _progress(say, "scored"))
     cases = {case.name: case for case in suite.cases}
     scores = stored_scores(folder)

@@ -6,6 +6,7 @@ The comment after a setting is its documentation. Paths are relative to the fold
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,7 +117,8 @@ def _methods(tables: Any, where: str) -> tuple[Method, ...]:
 
 
 def as_plain(settings: EvaluationSettings) -> Mapping[str, Any]:
-    """Return the settings as nested plain values."""
+    """Return the settings as nested plain values, without what servers' addresses have before an @: passwords."""
     tables = {section: asdict(getattr(settings, section)) for section in SECTIONS}
+    tables["engine"]["servers"] = re.sub(r"(?<=//)[^/,\s]*@", "", settings.engine.servers)
     methods = [{"name": method.name, **method.settings} for method in settings.methods]
     return {**tables, METHODS: methods}

@@ -87,6 +87,7 @@ def test_a_kit_runs_on_a_folder(kit, tmp_path, scoring, monkeypatch):
     assert (asked.scores.preset, asked.suite.first_seed, asked.suite.seeds) == (preset, *seeds)
     assert asked.engine.kind == "comfyui" and asked.output.zip and Path(asked.output.folder).name.startswith(kit)
     overrides = [f"suite.folder={benchmark.as_posix()}", f"output.folder={folder.as_posix()}", "suite.cases=1"]
+    overrides.append("engine.servers=http://ann:secret@one:8188, https://bob:p@ss@two:8189")
     overrides += ["suite.seeds=1", *(f"scores.{part}={scoring[part]}" for part in scoring if part in PRESETS[preset])]
     if asked.suite.crops:
         overrides.append(f"suite.crops={fake.concept_boxes(tmp_path / 'boxes', benchmark).as_posix()}")
@@ -107,3 +108,7 @@ def test_a_kit_runs_on_a_folder(kit, tmp_path, scoring, monkeypatch):
     assert all(row["clip_i"] and row["clip_t"] for row in rows)
     with zipfile.ZipFile(folder / "results.zip") as archive:
         assert {"report.md", "scores.csv", "settings.json", "sheet.png"} == set(archive.namelist())
+        attached = b"".join(map(archive.read, archive.namelist()))
+    assert b"http://one:8188, https://two:8189" in attached
+    kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert not any(word in found for word in (b"secret", b"p@ss", b"ann:", b"bob") for found in (attached, kept))

@@ -248,6 +248,26 @@ def test_a_task_that_cannot_be_painted_is_in_the_report(settings, monkeypatch):
     folder = Path(chosen.output.folder)
     assert len(table(folder)) == COUNT - 1
     assert "Expected a photo, found none. Take one." in (folder / "report.md").read_text(encoding="utf-8")
+    run.evaluate(chosen, paint=False)
+    assert "Expected a photo, found none. Take one." in (folder / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paint", [True, False])
+def test_a_second_run_is_refused_while_the_first_scores(settings, monkeypatch, paint):
+    chosen, inner, refused = settings("suite.seeds=1"), run.score_tasks, []
+
+    def score(*arguments):
+        with pytest.raises(ResultsError, match="in use by another run") as error:
+            run.evaluate(chosen, paint=paint)
+        refused.append(error)
+        return inner(*arguments)
+
+    monkeypatch.setattr(run, "score_tasks", score)
+    run.evaluate(chosen)
+    assert len(refused) == 1 and len(table(Path(chosen.output.folder))) == 2
+    monkeypatch.undo()
+    run.evaluate(chosen, paint=paint)
 
 
 @pytest.mark.slow
