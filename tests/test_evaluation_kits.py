@@ -44,6 +44,7 @@ KITS = {  # file -> maker of its benchmark, preset, first seed and seeds, values
         [MIP[1], ("v1-5-pruned-emaonly-fp16.safetensors", "fastcomposer.bin", None, 50, 5.0, "")],
     ),
 }
+ONE_SUBJECT = {"dreambench_subject_diffusion", "dreambench_plus"}  # of which none can take another one's looks
 REHEARSAL = {"rehearsal", "object_relevance"}
 
 
@@ -88,7 +89,8 @@ def test_a_kit_runs_on_a_folder(kit, tmp_path, scoring, monkeypatch):
     assert asked.engine.kind == "comfyui" and asked.output.zip and Path(asked.output.folder).name.startswith(kit)
     overrides = [f"suite.folder={benchmark.as_posix()}", f"output.folder={folder.as_posix()}", "suite.cases=1"]
     overrides.append("engine.servers=http://ann:secret@one:8188, https://bob:p@ss@two:8189")
-    overrides += ["suite.seeds=1", *(f"scores.{part}={scoring[part]}" for part in scoring if part in PRESETS[preset])]
+    read = [part for part in scoring if part in PRESETS[preset] or getattr(asked.scores, part)]
+    overrides += ["suite.seeds=1", *(f"scores.{part}={scoring[part]}" for part in read)]
     if asked.suite.crops:
         overrides.append(f"suite.crops={fake.concept_boxes(tmp_path / 'boxes', benchmark).as_posix()}")
     settings = read_settings(file, overrides)
@@ -106,6 +108,8 @@ def test_a_kit_runs_on_a_folder(kit, tmp_path, scoring, monkeypatch):
     rows = list(csv.DictReader((folder / "scores.csv").open(encoding="utf-8")))
     assert [row["method"] for row in rows] == [method.name for method in settings.methods]
     assert all(row["clip_i"] and row["clip_t"] for row in rows)
+    assert kit != "xverse" or {"ip_sim", "ip_sim_dinov2"} < rows[0].keys() and "ip_sim_dino" not in rows[0]
+    assert kit in ONE_SUBJECT or all(0 <= float(row["scr_0.5"]) <= 1 for row in rows)
     with zipfile.ZipFile(folder / "results.zip") as archive:
         assert {"report.md", "scores.csv", "settings.json", "sheet.png"} == set(archive.namelist())
         attached = b"".join(map(archive.read, archive.namelist()))
