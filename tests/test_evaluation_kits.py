@@ -97,7 +97,7 @@ def test_a_kit_runs_on_a_folder(kit, tmp_path, scoring, monkeypatch):
     report = run.evaluate(settings).read_text(encoding="utf-8")
     count = len(values)
     assert f"{count} of {count} pictures are painted and scored." in report
-    assert [values_of(graph) for graph in host.graphs] == values
+    assert sorted(map(values_of, host.graphs), key=str) == sorted(values, key=str)  # of two servers
     for graph in host.graphs:
         [seed] = [
             node["inputs"].get("seed", node["inputs"].get("noise_seed"))
