@@ -180,8 +180,30 @@ def test_a_record_is_used_where_there_is_no_box(models, cases):
     (picture,) = json.loads(scores)["pictures"]
     assert [subject["place"]["from"] for subject in picture["subjects"]] == ["relevance map"] * 2
     empty = SimpleNamespace(run=None)
-    report = score(one.picture[None], cast=cast, clip_vision=models[3], record=empty)[4]
-    assert "whole picture" in report or "right" in report
+    scores, *_ = score(one.picture[None], cast=cast, clip_vision=models[3], record=empty)
+    (picture,) = json.loads(scores)["pictures"]
+    assert [subject["place"]["from"] for subject in picture["subjects"]] == ["whole picture"] * 2
+
+
+@pytest.mark.parametrize("encoder", ["colours", "clip_vision"])
+def test_a_picture_with_nan_costs_the_others_nothing(models, cases, encoder):
+    """A VAE in fp16 makes such pictures. Where one has no numbers it counts as white."""
+    from troupe.model_patches.hosts.comfyui import scoring
+
+    one = cases["right"]
+    broken, partly = torch.full_like(one.picture, torch.nan), one.picture.clone()
+    broken[:64] = torch.inf
+    partly[one.masks[1] > 0.5] = torch.nan
+    given = {"cast": cast_of(one), "encoder": encoder, "masks": one.masks.repeat(3, 1, 1), "clip_vision": models[3]}
+    scores, numbers, right, matrix, _ = score(torch.stack((broken, one.picture, partly)), **given)
+    assert words(scores)[1] == ["right"] * 2 and right[:2] == [False, True]
+    assert numbers[1] > numbers[2] > numbers[0] and matrix.isfinite().all()
+    if encoder == "colours":  # white has none; this CLIP's threshold is no use on white
+        assert words(scores) == [["missing"] * 2, ["right"] * 2, ["right", "missing"]]
+    json.loads(scores, parse_constant=pytest.fail)  # NaN is no JSON
+    warned = []
+    scoring.only_numbers(torch.stack((broken, one.picture)), warned.append)
+    assert len(warned) == 1 and "picture 1" in warned[0]
 
 
 @pytest.mark.parametrize("case", PICTURES)

@@ -34,6 +34,10 @@ NO_TOWER = (
 NO_PROJECTION = "No CLIP-T: this checkpoint's text encoder comes without its projection. Load a CLIP-L file with it."
 ONLY_CLIP = "No CLIP-T: only CLIP has a text encoder. Set 'encoder' to clip_vision for it."
 NO_PROMPT = "No CLIP-T: connect 'clip' and type the prompt into 'prompt'."
+BROKEN = (
+    "Not all values of picture {} are numbers: it counts as white there. A VAE in fp16 makes such pictures; start ComfyUI "
+    "with --fp32-vae or --bf16-vae."
+)
 FIRST_PART = "CLIP-T reads the first 75 tokens of the prompt only."
 
 
@@ -67,6 +71,7 @@ def score(
         CheckpointError: the DINO is not there or damaged.
     """
     looking = picture_encoder(encoder, given.clip_vision, given.references)
+    pictures = only_numbers(pictures, warn)
     cast, references = given.cast, given.references
     looks = (
         looks_of_cast(cast, looking)
@@ -88,6 +93,15 @@ def score(
         warn(why)
     scores = score_pictures(pictures, looks, regions, looking, threshold, text)
     return scores, why if text is None else ""
+
+
+def only_numbers(pictures: torch.Tensor, warn: Callable[[str], None]) -> torch.Tensor:
+    """Return pictures [n, H, W, C] with white where a value is NaN or infinite, and warn of each such picture."""
+    sound = pictures.isfinite()
+    for number, fine in enumerate(sound.flatten(1).all(1).tolist(), 1):
+        if not fine:
+            warn(BROKEN.format(number))
+    return pictures.where(sound, 1.0)
 
 
 def picture_encoder(encoder: str, clip_vision: Any, references: References | None) -> PictureEncoder:
