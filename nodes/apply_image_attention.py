@@ -127,8 +127,8 @@ class ApplyImageAttention(io.ComfyNode):
                     max=8.0,
                     step=0.05,
                     tooltip=(
-                        "Exponent of the relevance. 1 as in the published code; 2 to 4 separates similar "
-                        "subjects more clearly."
+                        "Exponent of the relevance. 1 as in the published code; higher values divide the picture more "
+                        "strictly."
                     ),
                 ),
                 io.Float.Input(

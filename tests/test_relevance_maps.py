@@ -222,15 +222,10 @@ def alike(first, second):
 
 def test_two_that_cannot_be_told_apart_get_advice():
     text = report(recorded(*alike("astronaut", "cat")))
-    assert text.endswith(
-        "1 astronaut and 2 cat overlap 98 %: the model cannot tell them apart. Raise 'sharpness' to 3, or "
-        "give each a box."
-    )
+    assert text.endswith("1 astronaut and 2 cat overlap 98 %: the model cannot tell them apart. Give each a box.")
     assert "cannot tell" not in report(
         recorded(SubjectMap("astronaut", halves(0.52)[0]), SubjectMap("cat", halves(0.52)[1]))
     )
-    sharp = report(RecordedRun("all", (AppliedMaps("a", "relevance", alike("astronaut", "cat"), sharpness=3.0),)))
-    assert sharp.endswith("cannot tell them apart. Give each a box.")
     equal = report(recorded(*alike("red  fox", "Red fox")))
     assert equal.endswith("cannot tell them apart. Give each a different name that is in the prompt, or a box.")
     little = report(recorded(SubjectMap("fox", torch.full((4, 4), 0.98)), SubjectMap("cat", torch.full((4, 4), 0.02))))

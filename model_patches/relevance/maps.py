@@ -21,7 +21,6 @@ MOST_PAIRS = 10  # overlaps in the report
 # overlap from which on looks were right as often as by chance: 60 pairs in the rehearsal world, 73 % below 0.9, 50 %
 # above this
 ALIKE = 0.97
-SHARP = 3  # the sharpness that is advised
 POOLED = 8  # cells a side by which a latent is known again
 NOT_SAMPLED = (
     "Nothing was recorded: no run with the 'model' output of this Record Relevance has finished. Connect "
@@ -73,12 +72,11 @@ class SubjectMap:
 
 @dataclass(frozen=True, eq=False)
 class AppliedMaps:
-    """The subjects of one Apply Image Attention, with its adapter file, merge and sharpness."""
+    """The subjects of one Apply Image Attention, with its adapter file and merge."""
 
     file: str
     merge: str
     subjects: tuple[SubjectMap, ...]
-    sharpness: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +120,7 @@ def averaged(parts: Sequence[MapPart]) -> torch.Tensor:
     return torch.where(seen > 0, total / seen.clamp(min=1), total)
 
 
-def applied_maps(references: References, merge: str, sharpness: float, parts: Sequence[MapPart]) -> AppliedMaps | None:
+def applied_maps(references: References, merge: str, parts: Sequence[MapPart]) -> AppliedMaps | None:
     """Return the mean maps of one Apply node's subjects, on the CPU; None if nobody acted."""
     parts = [part for part in parts if part.count.any()]  # the others were prepared and never seen
     if not parts:
@@ -133,7 +131,7 @@ def applied_maps(references: References, merge: str, sharpness: float, parts: Se
         SubjectMap(x.name, values if on else None, x.box, None if x.region is None else union(x.region))
         for x, values, on in subjects
     )
-    return AppliedMaps(references.adapter.spec.file, merge, tuple(found), sharpness)
+    return AppliedMaps(references.adapter.spec.file, merge, tuple(found))
 
 
 def _whole_grid(part: MapPart) -> tuple[int, int]:
@@ -225,7 +223,7 @@ def _of_node(applied: AppliedMaps, blocks: str) -> list[Line]:
         ((map_overlap(u, v), (i, a), (j, b)) for (i, a, u), (j, b, v) in combinations(seen, 2)),
         key=lambda pair: -pair[0],
     )
-    lines += [_of_pair(value, first, second, applied) for value, first, second in pairs[:MOST_PAIRS]]
+    lines += [_of_pair(value, first, second, len(applied.subjects)) for value, first, second in pairs[:MOST_PAIRS]]
     if len(pairs) > MOST_PAIRS:
         lines.append(Line(f"The other {len(pairs) - MOST_PAIRS} pairs overlap less."))
     return lines + [_warning(i, subject) for i, subject, _ in seen if owns_next_to_nothing(subject, len(subjects))]
@@ -252,22 +250,22 @@ def _of_subject(number: int, subject: SubjectMap, count: int) -> Line:
     return Line(f"{number} {subject.name}: gets {_percent(float(values.mean()))} of the picture{inside}.")
 
 
-def _of_pair(value: float, first: tuple[int, SubjectMap], second: tuple[int, SubjectMap], applied: AppliedMaps) -> Line:
+def _of_pair(value: float, first: tuple[int, SubjectMap], second: tuple[int, SubjectMap], count: int) -> Line:
     pair = [subject for _, subject in (first, second)]
     text = f"{first[0]} {pair[0].name} and {second[0]} {pair[1].name} overlap {_percent(value)}"
-    if any(owns_next_to_nothing(subject, len(applied.subjects)) for subject in pair):  # a warning about it follows
+    if any(owns_next_to_nothing(subject, count) for subject in pair):  # a warning about it follows
         return Line(f"{text}.")
     if value < ALIKE:
         return Line(f"{text}; up to {_percent(ALIKE)} is normal.")
-    return Line(f"{text}: the model cannot tell them apart. {_remedy(pair, applied.sharpness)}", warning=True)
+    return Line(f"{text}: the model cannot tell them apart. {_remedy(pair)}", warning=True)
 
 
-def _remedy(pair: Sequence[SubjectMap], sharpness: float) -> str:
-    """What separates two subjects that own the same places."""
+def _remedy(pair: Sequence[SubjectMap]) -> str:
+    """What separates two subjects that own the same places; a higher sharpness does not (docs/settings.md)."""
     first, second = (" ".join(subject.name.split()).casefold() for subject in pair)
     if first == second:
         return "Give each a different name that is in the prompt, or a box."
-    return "Give each a box." if sharpness >= SHARP else f"Raise 'sharpness' to {SHARP}, or give each a box."
+    return "Give each a box."
 
 
 def _warning(number: int, subject: SubjectMap) -> Line:

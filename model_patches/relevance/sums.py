@@ -71,4 +71,4 @@ class LimitedSums:
             MapPart(total.cpu().unflatten(1, grid), count.cpu(), window)
             for (grid, window, _), (total, count) in self._sums.items()
         ]
-        return applied_maps(self.references, self.mixing.merge, self.mixing.sharpness, parts)
+        return applied_maps(self.references, self.mixing.merge, parts)

@@ -13,14 +13,14 @@ from .scoring import PictureScore, Scores
 from .verdicts import CLONED, MISSING, MIXED, RIGHT, SWAPPED, Verdict, alike
 
 DO = {
-    SWAPPED: "Give each subject a box, or raise 'sharpness' to 3, or try another seed.",
-    MIXED: "Give each subject a box, or raise 'sharpness' to 3. If the likeness is low too, raise its weight.",
+    SWAPPED: "Give each subject a box, or try another seed.",
+    MIXED: "Give each subject a box, or try another seed. If the likeness is low too, raise its weight.",
     CLONED: "Say in the prompt that there are two, give each subject a box, or try another seed.",
     MISSING: "Move its name to the front of the prompt, give it a box, or raise its weight.",
 }
 DO_WITH_PLACES = {  # where the subject has a box or a region of its own
-    SWAPPED: "Raise 'sharpness' to 3, or try another seed.",
-    MIXED: "Raise 'sharpness' to 3, or try another seed. If the likeness is low too, raise its weight.",
+    SWAPPED: "Try another seed.",
+    MIXED: "Try another seed. If the likeness is low too, raise its weight.",
     CLONED: "Say in the prompt that there are two, or try another seed.",
     MISSING: "Move its name to the front of the prompt, raise its weight, or try another seed.",
 }
