@@ -42,6 +42,53 @@ def test_a_picture_and_its_masks_are_cut_alike(folder):
     assert example.subjects[0].photo.image.shape == (40, 40, 3) and example.subjects[0].photo.cutout is None
 
 
+def test_a_subject_that_the_cut_leaves_out_is_no_subject(tmp_path):
+    """256 x 64 pixels: the middle square begins at 96. The cat ends at 90; one column of the dog is left."""
+    Image.new("RGB", (256, 64), "green").save(tmp_path / "wide.png")
+    boxes = {"cat": (10, 80), "dog": (60, 37), "robot": (100, 40)}
+    subjects = [
+        {"name": name, "box": [left / 256, 0.2, width / 256, 0.6], "references": ["wide.png"]}
+        for name, (left, width) in boxes.items()
+    ] + [{"name": "bird", "references": ["wide.png"]}]
+    line = {"file_name": "wide.png", "text": "a cat, a dog, a robot and a bird", "subjects": subjects}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line))
+    example = FolderSet(tmp_path, 64, 4).get(0, random.Random(0))
+    assert [subject.name for subject in example.subjects] == ["robot", "bird"], "a bird without a place may be there"
+
+
+def test_a_transparent_picture_is_on_white_and_a_transparent_mask_black(tmp_path):
+    """As the sheet, the builder and ComfyUI's own readers have them."""
+    clear = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    clear.paste((255, 0, 0, 255), (16, 16, 48, 48))
+    clear.save(tmp_path / "cut.png")
+    subject = {"name": "cat", "mask": "mask.png", "references": ["cut.png"]}
+    (tmp_path / "metadata.jsonl").write_text(
+        json.dumps({"file_name": "cut.png", "text": "a cat", "subjects": [subject]})
+    )
+    mask = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    mask.paste((255, 255, 255, 255), (16, 16, 48, 48))
+    mask.save(tmp_path / "mask.png")
+    example = FolderSet(tmp_path, 64, 4).get(0, random.Random(0))
+    (cat,) = example.subjects
+    assert example.pixels[:, 0, 0].tolist() == [1, 1, 1] and example.pixels[:, 32, 32].tolist() == [1, -1, -1]
+    assert cat.photo.image[0, 0].tolist() == [1, 1, 1] and cat.mask[0, 0] == 0 and cat.mask[32, 32] == 1
+
+
+def test_pictures_are_turned_as_their_exif_data_say(tmp_path):
+    """Taken with the camera on its side: 40 x 20 pixels that are shown as 20 x 40, red on top."""
+    sideways = Image.new("RGB", (40, 20), "blue")
+    sideways.paste((255, 0, 0), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways.save(tmp_path / "photo.png", exif=exif)
+    line = {"file_name": "photo.png", "text": "a cat", "subjects": [{"name": "cat", "references": ["photo.png"]}]}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line))
+    example = FolderSet(tmp_path, 20, 4).get(0, random.Random(0))
+    assert example.original == (40, 20) and example.subjects[0].photo.image.shape == (40, 20, 3)
+    assert example.subjects[0].photo.image[0, 10].tolist() == [1, 0, 0]
+    assert example.pixels[:, 0, 10].tolist() == [1, -1, -1] and example.pixels[:, -1, 10].tolist() == [-1, -1, 1]
+
+
 def test_a_subject_without_a_reference_is_cut_out(folder, tmp_path):
     line = json.loads((folder / "metadata.jsonl").read_text().splitlines()[0])
     for subject in line["subjects"]:

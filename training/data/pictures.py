@@ -16,7 +16,7 @@ from ...model_patches.subjects import Box
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 ORIENTATION = 0x0112  # EXIF
-WHITE = (255, 255, 255)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 class PictureFault(Exception):
@@ -52,10 +52,14 @@ def open_picture(path: Path, upright: bool = True) -> Image.Image:
         raise PictureFault("picture missing", path.name) from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PictureFault("picture does not open", f"{path.name} ({error})") from error
+    return flattened(picture)
+
+
+def flattened(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Return a picture as RGB; transparent parts become the background."""
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        coloured = picture.convert("RGBA")
-        flat = Image.new("RGBA", picture.size, (*WHITE, 255))
-        flat.alpha_composite(coloured)
+        flat = Image.new("RGBA", picture.size, (*background, 255))
+        flat.alpha_composite(picture.convert("RGBA"))
         picture = flat
     return picture.convert("RGB")
 

@@ -8,7 +8,10 @@ from typing import Protocol
 
 import torch
 
-from ...model_patches.subjects import Photo
+from ...model_patches.encoding.framing import bounding_box
+from ...model_patches.subjects import Box, Photo
+
+LEAST_AREA = 200 / 512**2  # of the picture: a subject whose box is smaller after the cut is left out
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,3 +57,16 @@ class ExampleSet(Protocol):
         everything.
         """
         ...
+
+
+def box_in(mask: torch.Tensor) -> Box | None:
+    """Return the box of a subject in its picture, from its mask [S, S]; None for one that is too small, or outside.
+
+    As in Subject-Diffusion's published training, the last row and column are not in it.
+    """
+    found, side = bounding_box(mask), mask.shape[-1]
+    if found is None:
+        return None
+    top, left, bottom, right = found
+    box = Box(left / side, top / side, (right - 1 - left) / side, (bottom - 1 - top) / side)
+    return box if box.w * box.h > LEAST_AREA else None

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ...model_patches.subjects import Box, Photo
+from ..data.pictures import BLACK, WHITE, flattened
 from ..data.records import DatasetError, PictureRecord, SubjectRecord, read_records
-from .example import Example, ExampleSubject
+from .example import Example, ExampleSubject, box_in
 
 MANY = 2000  # files: reading more of them before the first step is announced
 LISTED = 5  # files with a fault in one sentence
@@ -61,7 +62,7 @@ class FolderSet:
         return len(self.records)
 
     def get(self, index: int, chance: random.Random) -> Example:
-        """Return a picture, its subjects with one of their references each.
+        """Return a picture, its subjects with one of their references each; without those that the cut leaves out.
 
         Raises DatasetError for a file that is no picture.
         """
@@ -69,12 +70,12 @@ class FolderSet:
         whole = _open(record.picture)
         resized, (top, left) = _resized(whole, side)
         pixels = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float() / 127.5 - 1
-        subjects = tuple(self._subject(record, subject, whole, chance) for subject in record.subjects[: self.most])
+        subjects = [self._subject(record, subject, whole, chance) for subject in record.subjects[: self.most]]
         return Example(
             str(record.picture),
             pixels,
             record.caption,
-            subjects,
+            tuple(s for s in subjects if s.mask is None or box_in(s.mask) is not None),
             f"{record.picture}|{side}",
             (whole.height, whole.width),
             (top, left),
@@ -146,11 +147,11 @@ def _all_of(faults: Mapping[Path, DatasetError]) -> DatasetError:
     return DatasetError(error.expected, error.found, do)
 
 
-def _open(path: Path, whole: bool = True) -> Image.Image:
-    """A picture. whole: to its last pixel; False: only its header."""
+def _open(path: Path, whole: bool = True, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """A picture, turned as its EXIF data say. whole: to its last pixel; False: only its header."""
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB") if whole else picture
+            return flattened(ImageOps.exif_transpose(picture), background) if whole else picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(
             f"a picture in {path}", f"a file that cannot be read ({error})", "Replace it, or delete its line."
@@ -166,7 +167,7 @@ def _whole_mask(subject: SubjectRecord, size: tuple[int, int]) -> Image.Image | 
 
 
 def _mask(subject: SubjectRecord, path: Path) -> Image.Image:
-    mask = _open(path).convert("L")
+    mask = _open(path, background=BLACK).convert("L")
     if np.asarray(mask).max() < HALF:
         do = "Replace the mask, or remove it from its line."
         raise DatasetError(f"'{subject.name}' in white in {path}", "a mask that is black everywhere", do)

@@ -108,19 +108,23 @@ class FastComposerTrainee(PromptTrainee):
             for i, (subject, at) in enumerate(zip(row, found, strict=True)):
                 if subject.mask is not None:
                     masks[b, i], rows[b, i], present[b, i] = subject.mask, at.row, True
-            if present[b].any() and draw.chance("masked").random() < self.options.masked:
+            if masks[b].any() and draw.chance("masked").random() < self.options.masked:
                 cells[b, 0] = masks[b].amax(0)
         device = self.base.unet.device
         return Where(*(tensor.to(device) for tensor in (masks, rows, present, cells)))
 
     def context(self, batch: Batch) -> torch.Tensor:
         """Return text states with the subjects in them, and keep the text attention of the pass."""
-        self.maps.on, self.maps.maps = self.options.localization > 0, {}
+        self.maps.begin(self.options.localization > 0)
         return super().context(batch)
+
+    def join(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Join prompts, each [1, T_i, D], to [B, L, D]."""
+        return self.maps.join(states)
 
     def finish(self) -> None:
         """Use the UNet's usual attention."""
-        self.maps.on, self.maps.maps = False, {}
+        self.maps.begin(False)
 
     def pixel_weights(self, batch: Batch) -> torch.Tensor:
         """Return how much each latent cell counts: in some pictures only the subjects' places."""

@@ -94,7 +94,7 @@ class ImageAttentionTrainee(Trainee):
     def add(self, draws: Sequence[Draw]) -> BatchPhotos:
         """Return the image encoder's view of every reference, and the names where the recipe uses them."""
         chosen = [list(self.chosen(draw)) for draw in draws]
-        m, nothing = max(map(len, chosen)), self.features.no_photo(self.need.kind)
+        m, nothing = max([1, *map(len, chosen)]), self.features.no_photo(self.need.kind)
         found = iter(self.features.photos([s for row in chosen for s in row], self.need.kind, "pad"))
         features = torch.stack([nothing] * (len(draws) * m))
         for b, (draw, row) in enumerate(zip(draws, chosen, strict=True)):

@@ -29,7 +29,6 @@ from ...model_patches.families.mm_diff.encode import IDENTITY_FEATURES
 from ...model_patches.families.mm_diff.unet import BLOCKS_OF, LORA_TARGETS
 from ...model_patches.hosts.diffusers.encoders import Prompt
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
-from ...model_patches.hosts.diffusers.sampling import join_prompts
 from ...model_patches.hosts.diffusers.unet_blocks import transformer_blocks
 from ...model_patches.prompt.fusion import fuse_prompts
 from ...model_patches.subjects import References, ReferenceSubject
@@ -180,7 +179,7 @@ class MMDiffTrainee(Trainee):
         found = [text.fused for (text,), _ in encoded]
         pooled = [text.pooled for text in found if text.pooled is not None]
         self._pooled = torch.cat(pooled) if pooled else None
-        return join_prompts([text.states for text in found], 1).to(self.base.unet.device) + self._unused()
+        return self.maps.join([text.states for text in found]).to(self.base.unet.device) + self._unused()
 
     def pooled(self, batch: Batch) -> torch.Tensor:
         """Return the pooled texts of the present pass, with the subjects in them. Raises ValueError outside of one."""

@@ -95,7 +95,11 @@ class PromptTrainee(Trainee):
             encoder = TextsPromptEncoder(self.base.texts, shell.fusion)
             for i, ((text,), _) in zip(fused, fuse_prompts(list(fused.values()), encoder), strict=True):
                 found[i] = text.fused.states
-        return join_prompts(found, 1).to(self.base.unet.device) + self._unused()
+        return self.join(found).to(self.base.unet.device) + self._unused()
+
+    def join(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Join prompts, each [1, T_i, D], to [B, L, D]."""
+        return join_prompts(states, 1)
 
     def _dropped(self, draw: Draw) -> bool:
         return draw.chance("drop").random() < self.options.drop_text

@@ -23,13 +23,11 @@ from ...model_patches.checkpoints.unet_names import block_paths
 from ...model_patches.encoders.gated import GatedLayers
 from ...model_patches.encoders.grounding import GroundingNet
 from ...model_patches.encoders.mlp import MLP
-from ...model_patches.encoding.framing import bounding_box
 from ...model_patches.errors import MismatchError
 from ...model_patches.families.subject_diffusion import layout
 from ...model_patches.families.subject_diffusion.encode import INSIDE
 from ...model_patches.hosts.diffusers.encoders import TextTower
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
-from ...model_patches.hosts.diffusers.sampling import join_prompts
 from ...model_patches.hosts.diffusers.unet_blocks import transformer_blocks
 from ...model_patches.prompt.fusion import fuse_prompts
 from ...model_patches.prompt.template import PLACEHOLDER_ID
@@ -37,7 +35,7 @@ from ...model_patches.prompt.token_positions import TokenPosition
 from ...model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject
 from ..config.setting import chance, setting
 from ..examples.draws import Draw
-from ..examples.example import ExampleSubject
+from ..examples.example import ExampleSubject, box_in
 from ..losses import LOCALIZATIONS, localization_losses
 from ..model.base import Base
 from ..model.captions import placeholders, unmarked
@@ -47,7 +45,6 @@ from ..model.text_maps import TextMaps
 from .recipe import Batch, Exported, Losses, PassSettings, Trainee
 
 IN_TRAINING = "the model in training"
-LEAST_AREA = 200 / 512**2  # of the picture: a subject whose box is smaller after the cut is left out
 TO_NAME = 2  # tokens from a placeholder back to the last one of its subject's name: ", the NAME is sks"
 
 uses_every_parameter = True
@@ -159,7 +156,7 @@ class SubjectDiffusionTrainee(Trainee):
     def context(self, batch: Batch) -> torch.Tensor:
         """Return text states with the subjects in them, [B, L, D], and set the objects and the maps of the pass."""
         shown: Shown = batch.extra
-        self.maps.on, self.maps.maps = self.options.localization > 0, {}
+        self.maps.begin(self.options.localization > 0)
         pictures, (h, w) = self._references(shown), batch.noised.latents.shape[-2:]
         self.objects.begin(pictures, shown.masked, (h, w))
         prompts = [
@@ -169,12 +166,12 @@ class SubjectDiffusionTrainee(Trainee):
         encoded = fuse_prompts(prompts, TextsPromptEncoder(self.base.texts, None))
         found = [text.fused.states for (text,), _ in encoded]
         unused = torch.stack([0.0 * p.sum() for p in self.mlp.parameters()]).sum()  # in a batch without any placeholder
-        return join_prompts(found, 1).to(self.base.unet.device) + unused
+        return self.maps.join(found).to(self.base.unet.device) + unused
 
     def finish(self) -> None:
         """Disable the batch's objects on the UNet, and use its usual attention."""
         self.objects.end()
-        self.maps.on, self.maps.maps = False, {}
+        self.maps.begin(False)
 
     def more_losses(self, batch: Batch) -> Losses:
         """Return the localization loss of placeholders and names, the mean over the middle blocks' layers."""
@@ -271,18 +268,6 @@ def build(base: Base, features: Features, settings: PassSettings, options: Any) 
         do = 'Set kind = "diffusers" and the folder of SD1.5 or SD2 in [base].'
         raise MismatchError("SD1.5, SD2 or the rehearsal world as the base of Subject-Diffusion", found, do)
     return SubjectDiffusionTrainee(base, features, settings, options)
-
-
-def box_in(mask: torch.Tensor) -> Box | None:
-    """Return the box of a subject in its picture, from its mask [S, S], as in the published training: to the last row
-    and column, which are not in it. None for a subject that is too small, or outside.
-    """
-    found, side = bounding_box(mask), mask.shape[-1]
-    if found is None:
-        return None
-    top, left, bottom, right = found
-    box = Box(left / side, top / side, (right - 1 - left) / side, (bottom - 1 - top) / side)
-    return box if box.w * box.h > LEAST_AREA else None
 
 
 def _seen(draw: Draw) -> list[tuple[ExampleSubject, Box]]:

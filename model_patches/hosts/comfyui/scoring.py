@@ -35,8 +35,8 @@ NO_PROJECTION = "No CLIP-T: this checkpoint's text encoder comes without its pro
 ONLY_CLIP = "No CLIP-T: only CLIP has a text encoder. Set 'encoder' to clip_vision for it."
 NO_PROMPT = "No CLIP-T: connect 'clip' and type the prompt into 'prompt'."
 BROKEN = (
-    "Not all values of picture {} are numbers: it counts as white there. A VAE in fp16 makes such pictures; start ComfyUI "
-    "with --fp32-vae or --bf16-vae."
+    "Not all values of picture {} are numbers: it counts as white there. A VAE in fp16 makes such pictures; start "
+    "ComfyUI with --fp32-vae or --bf16-vae."
 )
 FIRST_PART = "CLIP-T reads the first 75 tokens of the prompt only."
 
