@@ -172,6 +172,32 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(recipe, options
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_settings_that_change_between_two_parts_act(schedule, pictures, tmp_path):
+    """After a loss that is not finite the advice is a lower lr and the same command."""
+    loop_for(pictures, tmp_path, steps=2, lr=1e-2, schedule=schedule).run()
+    changed = {"lr": 1e-5, "weight_decay": 0.5, "beta1": 0.8, "max_grad_norm": 1.0, "steps": 4, "schedule": schedule}
+    second, said = loop_for(pictures, tmp_path, **changed), []
+    second.say = said.append
+    before, update = {}, second._update
+
+    def first(*given):
+        before.setdefault("weights", weights(second))
+        before.setdefault("rate", second.optimizer.param_groups[0]["lr"])
+        return update(*given)
+
+    second._update = first
+    second.run()
+    (group,) = second.optimizer.param_groups
+    assert group["betas"] == (0.8, 0.999) and group["weight_decay"] == 0.5 and group["initial_lr"] == 1e-5
+    assert before["rate"] == pytest.approx(1e-5 if schedule == "constant" else 0.5e-5)
+    moved = max((a - b).abs().max() for a, b in zip(weights(second).values(), before["weights"].values(), strict=True))
+    assert 0 < moved < 1e-4
+    assert "training.lr 0.01 -> 1e-05, " in said[0] and "training.weight_decay 0.01 -> 0.5" in said[0]
+    assert "training.steps 2 -> 4" in said[0] and "output" not in said[0].split("; changed since: ")[1]
+
+
+@pytest.mark.slow
 def test_a_finished_training_is_not_trained_again(pictures, tmp_path):
     loop = loop_for(pictures, tmp_path, steps=2)
     loop.run()

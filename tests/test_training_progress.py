@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from types import SimpleNamespace
 
 import pytest
 import tqdm.std
@@ -50,8 +51,17 @@ def test_other_processes_show_nothing(capsys):
 
 def test_memory_is_that_of_the_process_without_a_gpu(monkeypatch):
     pytest.importorskip("resource")
-    monkeypatch.delattr(module.torch, "accelerator", raising=False)
+    for gpu in (SimpleNamespace(), SimpleNamespace(is_available=lambda: False, max_memory_allocated=lambda: 7)):
+        monkeypatch.setattr(module.torch, "get_device_module", lambda found=gpu: found)
+        assert 2**26 < module.memory() < 2**40
+    monkeypatch.delattr(module.torch, "get_device_module")
     assert 2**26 < module.memory() < 2**40
+
+
+def test_memory_is_the_gpus_where_there_is_one(monkeypatch):
+    gpu = SimpleNamespace(is_available=lambda: True, max_memory_allocated=lambda: 7)
+    monkeypatch.setattr(module.torch, "get_device_module", lambda: gpu)
+    assert module.memory() == 7
 
 
 def test_the_shown_loss_is_the_one_that_is_trained():

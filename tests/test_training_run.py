@@ -312,6 +312,11 @@ def test_export_alone_leaves_the_checkpoints(settings, tmp_path):
     )
     assert exported.read_bytes() == first and said[-1].endswith("the weights of step 1")
     assert [step for step, _ in checkpoints(tmp_path / "out")] == [1]
+    shutil.rmtree(tmp_path / "out" / "checkpoints")
+    small.forget_accelerate()
+    with pytest.raises(TrainingError, match="a checkpoint in .*out to export, found none"):
+        train(settings("every=0"), cpu=True, export_only=True)
+    assert exported.read_bytes() == first, "weights that were never trained replace no adapter"
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------

@@ -104,10 +104,22 @@ def set_aside(output: Path) -> Path:
         raise TrainingError(f"to rename {path} to {target.name}", str(error), do) from error
 
 
-def load_checkpoint(accelerator: Accelerator, path: Path, settings: dict[str, Any]) -> int:
-    """Load a checkpoint into what `accelerator` has prepared. Returns its step.
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the differences of two trainings' settings, without those of files and sheets."""
+    return [
+        f"{section}.{key} {was!r} -> {now[section][key]!r}"
+        for section in ("recipe", "base", "data", "training")
+        for key, was in before[section].items()
+        if now[section].get(key, was) != was
+    ]
 
-    Raises TrainingError if it is of another recipe, base or data, or cannot be read.
+
+def load_checkpoint(accelerator: Accelerator, path: Path, settings: dict[str, Any]) -> tuple[int, list[str]]:
+    """Load a checkpoint into what `accelerator` has prepared.
+
+    Return its step, and the settings that have changed since, as 'training.lr 0.01 -> 0.001'.
+
+    Raises TrainingError if it is of another recipe, or another kind of base or data, or cannot be read.
     """
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
@@ -121,7 +133,7 @@ def load_checkpoint(accelerator: Accelerator, path: Path, settings: dict[str, An
                     "Use the same settings, choose another 'folder' in [output], or set resume = false.",
                 )
         accelerator.load_state(str(path))
-        return int(about["step"])
+        return int(about["step"]), changes(before, settings)
     except (*FAULTS, KeyError, ValueError) as error:
         raise TrainingError(
             f"a checkpoint of this training in {path}",

@@ -112,21 +112,41 @@ class Loop:
             progress.close()
             self.say = say
 
-    def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one. Raises TrainingError, in every process."""
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint, with the present settings. Return False if there is none.
 
-        def load() -> Path | None:
+        Raises TrainingError, in every process.
+        """
+
+        def load() -> tuple[Path, list[str]] | None:
             found = checkpoints(self.output)
             if not found:
                 return None
-            self.step = self.saved = load_checkpoint(self.accelerator, found[-1][1], self.settings)
-            return found[-1][1]
+            self.step, changed = load_checkpoint(self.accelerator, found[-1][1], self.settings)
+            self.saved = self.step
+            return found[-1][1], changed
 
-        path = together(self.accelerator, load)
-        if path is not None:
-            if self.average is not None:
-                self.average.to(self.accelerator.device)
-            self.say(f"goes on from step {self.step}, {path}")
+        loaded = together(self.accelerator, load)
+        if loaded is None:
+            return False
+        self._set_rates()
+        if self.average is not None:
+            self.average.to(self.accelerator.device)
+            self.average.decay = self.config.training.ema_decay
+        path, changed = loaded
+        since = f"; changed since: {', '.join(changed)}" if changed else ""
+        self.say(f"goes on from step {self.step}, {path}{since}")
+        return True
+
+    def _set_rates(self) -> None:
+        """Give the optimiser the rates of the settings, in place of those of a checkpoint."""
+        training, scheduler = self.config.training, self.scheduler
+        for group, factor in zip(self.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            rate = training.lr * factor(scheduler.last_epoch)
+            group |= {"lr": rate, "initial_lr": training.lr}
+            group |= {"betas": (training.beta1, training.beta2), "weight_decay": training.weight_decay}
+        scheduler.base_lrs = [training.lr] * len(scheduler.base_lrs)
+        scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def save(self) -> None:
         """Write a checkpoint.

@@ -49,9 +49,9 @@ class Progress:
 
 def memory() -> int:
     """Return the most memory that was used, in bytes: the GPU's, else this process's (0 if that is not known)."""
-    device = getattr(torch, "accelerator", None)  # since PyTorch 2.6, its memory since 2.9
-    if device is not None and device.is_available() and hasattr(device, "max_memory_allocated"):
-        return device.max_memory_allocated()
+    gpu = getattr(torch, "get_device_module", lambda: None)()  # since PyTorch 2.4; torch.cpu has no such figures
+    if hasattr(gpu, "max_memory_allocated") and gpu.is_available():
+        return gpu.max_memory_allocated()
     try:
         import resource
     except ImportError:  # Windows

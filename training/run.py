@@ -58,7 +58,9 @@ def train(config: Config, say: Say = lambda sentence: None, cpu: bool = False, e
     with said_once(accelerator):
         loop = make_loop(config, accelerator, say, encode=not export_only)
         if export_only:
-            loop.resume()
+            if not loop.resume():
+                do = "Check 'folder' in [output], or train without --export."
+                raise TrainingError(f"a checkpoint in {loop.output} to export", "none", do)
             ended = Ended(loop.step)
         else:
             ended = _run(loop)
