@@ -122,10 +122,40 @@ def test_the_filter_keeps_exactly_what_is_above(folder, clip, nth):
 
 def test_the_best_ones(folder, clip):
     scored, faulty, _ = score(folder, clip)
-    done = filter_set(folder, scored, faulty, keep=3)
-    assert [picture_quality(one) for one in done.kept] == sorted(map(picture_quality, scored), reverse=True)[:3]
-    assert done.threshold == picture_quality(done.dropped[0])
+    done = filter_set(folder, scored, faulty, keep=6)
+    for count, number in {1: 2, 2: 2, 3: 2}.items():  # of 4, 3 and 3 pictures
+        every, kept = (
+            [picture_quality(one) for one in records if len(one.subjects) == count] for records in (scored, done.kept)
+        )
+        assert kept == sorted(every, reverse=True)[:number]
+    assert {one.picture for one in read_records(folder)} == {one.picture for one in done.kept}
     assert len(filter_set(folder, scored, faulty, keep=30).kept) == 10
+
+
+def test_many_subjects_are_no_reason_to_be_dropped(tmp_path):
+    """S of two subjects is lower than that of one with any CLIP; a set of both keeps both."""
+    records = [
+        PictureRecord(
+            tmp_path / f"{n}_{i}.png",
+            "a cat, a dog",
+            tuple(SubjectRecord(name, Box(0, 0, 1, 1), quality=q) for name in NAMES[:n]),
+        )
+        for n, qualities in ((1, (0.24, 0.25, 0.26, 0.27)), (2, (-0.43, -0.42, -0.41, -0.40)))
+        for i, q in enumerate(qualities)
+    ]
+    for record in records:
+        Image.new("RGB", (8, 8)).save(record.picture)
+    done = filter_set(tmp_path, records, [], keep=4)
+    assert [picture_quality(one) for one in done.kept] == pytest.approx([0.27, -0.40, 0.26, -0.41])
+    assert [picture_quality(one) for one in done.dropped] == pytest.approx([0.25, -0.42, 0.24, -0.43])
+    said = quality_lines(done)
+    assert (
+        said[0] == "4 of 8 pictures kept"
+        and "  1 subject: 4 pictures, mean S 0.2550, 2 kept with S from 0.2600" in said
+    )
+    assert not any("warning" in line for line in said)
+    done = filter_set(tmp_path, records, [], threshold=-0.5)
+    assert any("warning: one threshold compares" in line for line in quality_lines(done))
 
 
 def test_a_filter_that_keeps_nothing_changes_nothing(folder, clip):
@@ -184,11 +214,11 @@ def test_the_report_counts_every_picture(folder, clip):
     scored, faulty, _ = score(folder, clip)
     done = filter_set(folder, scored, faulty, keep=4)
     lines = quality_lines(done)
-    assert lines[0].startswith("4 of 10 pictures kept, S above ")
+    assert lines[0] == "4 of 10 pictures kept"
     bars = [line.split() for line in lines if " .. " in line]
     assert sum(int(bar[3]) for bar in bars) == 10
     assert [line.strip()[:24] for line in lines[1:4]] == [
-        "1 subjects: 4 pictures, ",
+        "1 subject: 4 pictures, m",
         "2 subjects: 3 pictures, ",
         "3 subjects: 3 pictures, ",
     ]

@@ -52,6 +52,7 @@ def train(config: Config, say: Say = lambda sentence: None, cpu: bool = False, e
             checkpoint.
     Raises:
         TroupeError: settings, models or pictures do not fit, or the training cannot go on.
+        TrainingError: there is no checkpoint to export.
         OtherProcessError: the same, in all processes but the main one.
     """
     accelerator = make_accelerator(config, cpu)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,7 +161,10 @@ def picture_quality(record: PictureRecord) -> float:
 
 @dataclass(frozen=True)
 class Filtered:
-    """Result of the filter: records with S above `threshold`, the others, and those without a score."""
+    """Result of the filter: records that are kept, the others, both best first, and those without a score.
+
+    threshold: of S for all pictures, if there was one.
+    """
 
     kept: list[PictureRecord]
     dropped: list[PictureRecord]
@@ -177,6 +181,9 @@ def filter_set(
 ) -> Filtered:
     """Keep the pictures with S above a threshold, or the `keep` best; with neither, all that have a score.
 
+    S of pictures with different numbers of subjects cannot be compared, so the best of each number are kept, the same
+    part of each. A threshold compares all.
+
     `metadata.jsonl` then has the kept ones, `unfiltered.jsonl` all of them with their scores, so that another threshold
     can be tried without scoring again.
 
@@ -185,7 +192,7 @@ def filter_set(
     """
     ordered = sorted(scored, key=picture_quality, reverse=True)
     if keep is not None:
-        threshold = picture_quality(ordered[keep]) if keep < len(ordered) else None
+        ordered = _by_place_among_its_like(ordered)
         kept = ordered[:keep]
     else:
         kept = ordered if threshold is None else [one for one in ordered if picture_quality(one) > threshold]
@@ -196,3 +203,15 @@ def filter_set(
     write_records(folder, [*scored, *faulty], UNFILTERED)
     write_records(folder, [one for one in scored if id(one) in chosen])
     return Filtered(kept, [one for one in ordered if id(one) not in chosen], list(faulty), threshold)
+
+
+def _by_place_among_its_like(ordered: Sequence[PictureRecord]) -> list[PictureRecord]:
+    """Records, best first, in the order of their relative places among those with as many subjects."""
+    counts = Counter(len(one.subjects) for one in ordered)
+    before: Counter[int] = Counter()
+    places = []
+    for one in ordered:
+        count = len(one.subjects)
+        places.append((before[count] + 0.5) / counts[count])
+        before[count] += 1
+    return [ordered[i] for i in sorted(range(len(ordered)), key=places.__getitem__)]

@@ -75,24 +75,37 @@ def references_lines(report: ReferencesReport) -> list[str]:
 
 
 def quality_lines(done: Filtered) -> list[str]:
-    """Return the number kept, the threshold, S by number of subjects, and a histogram of S."""
+    """Return the number kept, the threshold, for each number of subjects how many were kept with which S, and a
+    histogram of S.
+    """
     scored = [*done.kept, *done.dropped]
-    limit = "no threshold" if done.threshold is None else f"S above {done.threshold:.4f}"
-    lines = [f"{len(done.kept)} of {len(scored) + len(done.faulty)} pictures kept, {limit}"]
+    limit = "" if done.threshold is None else f", S above {done.threshold:.4f}"
+    lines = [f"{len(done.kept)} of {len(scored) + len(done.faulty)} pictures kept{limit}"]
     if done.faulty:
         names = ", ".join(one.picture.name for one in done.faulty[:EXAMPLES])
         lines.append(f"  {len(done.faulty)} without a score, dropped: {names}")
-    by_count: dict[int, list[float]] = {}
-    for record in scored:
-        by_count.setdefault(len(record.subjects), []).append(picture_quality(record))
-    for count, found in sorted(by_count.items()):
-        lines.append(f"  {count} subjects: {len(found)} pictures, mean S {np.mean(found):.4f}")
+    kept, every = (_by_count(records) for records in (done.kept, scored))
+    for count, found in sorted(every.items()):
+        here = kept.get(count, [])
+        least = f" with S from {min(here):.4f}" if here else ""
+        each = f"{len(found)} pictures, mean S {np.mean(found):.4f}, {len(here)} kept{least}"
+        lines.append(f"  {count} subject{'s' if count > 1 else ''}: {each}")
+    if done.threshold is not None and len(every) > 1:
+        lines.append("  warning: one threshold compares pictures with different numbers of subjects; --keep does not")
     values = [picture_quality(record) for record in scored]
     numbers, edges = np.histogram(values, BARS)
     for number, low, high in zip(numbers, edges[:-1], edges[1:], strict=True):
         bar = "#" * round(40 * number / max(numbers))
         lines.append(f"  {low:8.4f} .. {high:8.4f} {number:7d} {bar}")
     return lines
+
+
+def _by_count(records: Sequence[PictureRecord]) -> dict[int, list[float]]:
+    """S of each picture, by its number of subjects."""
+    found: dict[int, list[float]] = {}
+    for record in records:
+        found.setdefault(len(record.subjects), []).append(picture_quality(record))
+    return found
 
 
 def quality_rows(done: Filtered) -> dict[str, list[PictureRecord]]:
