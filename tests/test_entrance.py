@@ -95,7 +95,8 @@ def test_the_tests_run_beside_the_oldest_supported_and_the_newest_comfyui():
     matrix = workflow("tests_with_comfyui")["jobs"]["tests"]["strategy"]["matrix"]
     oldest = PYPROJECT["tool"]["comfy"]["requires-comfyui"].removeprefix(">=")
     assert matrix["comfyui"] == [f"v{oldest}", "master"]
-    assert workflow("tests_with_comfyui")["jobs"]["tests"]["env"]["TROUPE_REQUIRE_HOST"] == "1"
+    required = workflow("tests_with_comfyui")["jobs"]["tests"]["env"]
+    assert required["TROUPE_REQUIRE_HOST"] == required["TROUPE_REQUIRE_RAY"] == "1"
     [browser] = [step for step in steps("tests_with_comfyui") if "pytest tests/browser" in step.get("run", "")]
     assert browser["env"]["TROUPE_REQUIRE_BROWSER"] == "1" and "TROUPE_FRONTEND_ROOT" in browser["run"]
 

@@ -22,7 +22,9 @@ from troupe.rehearsal.cast import CAST
 from troupe.rehearsal.world import reference
 
 NO_RAY = "NO RAY (pip install ray): nothing about engines in a Ray cluster was tested"
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason=NO_RAY)
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None and os.environ.get("TROUPE_REQUIRE_RAY") != "1", reason=NO_RAY
+)
 TASKS = [Task("suite", f"case {i}", Method("plain"), "a cat", (TaskSubject("cat", ("cat.png",)),), i) for i in range(8)]
 
 
