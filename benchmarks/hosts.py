@@ -1,5 +1,5 @@
 """Measures how many pictures a minute an evaluation gets from one ComfyUI server and from two on this machine, and
-writes the table of docs/evaluation_hosts.md.
+writes benchmarks/hosts.json and the table of docs/evaluation_hosts.md.
 
 usage: COMFYUI_PATH=/path/to/ComfyUI OMP_NUM_THREADS=1 python benchmarks/hosts.py [rounds]
 
@@ -9,6 +9,7 @@ other work on the machine slows each arrangement alike; every round has seeds of
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import sys
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 from troupe_tools.dev.markdown_pages import markdown_table, write_passage  # noqa: E402
 
+RESULTS = ROOT / "benchmarks" / "hosts.json"
 PAGE = ROOT / "docs" / "evaluation_hosts.md"
 COLUMNS = ("arrangement", "pictures a minute", "against one server", "cores used", "CPU seconds for a picture")
 PICTURES, STEPS = 8, 20
@@ -41,9 +43,9 @@ def tasks(seeds: Any, amount: int) -> list[Any]:
     return [Task("hosts", "pair", method, "a cat and a robot on grass", subjects, next(seeds)) for _ in range(amount)]
 
 
-def measure(rounds: int) -> tuple[dict[str, list[tuple[float, float]]], float]:
-    """Return for each arrangement (seconds, CPU seconds of the servers) of each round, and the machine's median load
-    average.
+def measure(rounds: int) -> dict[str, Any]:
+    """Return the results: of each round of an arrangement [seconds, CPU seconds of the servers], the machine's median
+    load average, its cores, and what was painted.
     """
     from troupe.evaluation.engines.comfyui import ComfyUIEngine
     from troupe.evaluation.pool import run_tasks
@@ -84,38 +86,41 @@ def measure(rounds: int) -> tuple[dict[str, list[tuple[float, float]]], float]:
         def used() -> float:
             return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
 
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in arrangements}
+        found: dict[str, list[list[float]]] = {name: [] for name in arrangements}
         loads: list[float] = []
         for _ in range(rounds):
             for name, chosen in arrangements.items():
                 todo, started, before = tasks(seeds, PICTURES), time.monotonic(), used()
                 loads.append(os.getloadavg()[0])
                 rows = run_tasks(todo, chosen, folder / "results")
-                found[name].append((time.monotonic() - started, used() - before))
+                found[name].append([round(time.monotonic() - started, 3), round(used() - before, 3)])
                 if any(row.error for row in rows.values()):
                     sys.exit(f"A picture failed: {[row.error for row in rows.values() if row.error][0]}")
                 print(f"{name}: {found[name][-1][0]:.1f} s, {found[name][-1][1]:.1f} s of CPU", flush=True)
-        return found, statistics.median(loads)
+        load = round(statistics.median(loads), 2)
+        return {"rounds": found, "load": load, "cores": os.cpu_count(), "pictures": PICTURES, "steps": STEPS}
 
 
-def table(found: dict[str, list[tuple[float, float]]], load: float) -> str:
-    """Return the rows in Markdown: medians with ranges, and the conditions."""
+def table(results: dict[str, Any]) -> str:
+    """Return the rows in Markdown: medians with ranges, and the conditions. results: of `measure`."""
+    found, pictures = results["rounds"], results["pictures"]
     alone = found["one server"]
     rows = []
     for name, measured in found.items():
         ratios = [one / seconds for (seconds, _), (one, _) in zip(measured, alone, strict=True)]
         columns = (
-            spread([60 * PICTURES / seconds for seconds, _ in measured], 1),
+            spread([60 * pictures / seconds for seconds, _ in measured], 1),
             "" if measured is alone else spread(ratios, 2),
             spread([cpu / seconds for seconds, cpu in measured], 2),
-            spread([cpu / PICTURES for _, cpu in measured], 2),
+            spread([cpu / pictures for _, cpu in measured], 2),
         )
         rows.append((name, *columns))
     conditions = (
-        f"Median of {len(alone)} rounds of {PICTURES} pictures, with the range in brackets: rehearsal models, 128x128, "
-        f"{STEPS} steps, two subjects; {os.cpu_count()} CPU cores, no GPU, one torch thread for each server, servers "
-        f"and evaluation on one machine with a load average of {load:.1f}. Cores used: CPU time of the servers divided "
-        "by the time of the round. If the load average is above the number of cores, other programs took the rest."
+        f"Median of {len(alone)} rounds of {pictures} pictures, with the range in brackets: rehearsal models, 128x128, "
+        f"{results['steps']} steps, two subjects; {results['cores']} CPU cores, no GPU, one torch thread for each "
+        f"server, servers and evaluation on one machine with a load average of {results['load']:.1f}. Cores used: CPU "
+        "time of the servers divided by the time of the round. If the load average is above the number of cores, other "
+        "programs took the rest."
     )
     return f"{markdown_table(COLUMNS, rows)}\n{conditions}\n"
 
@@ -131,8 +136,9 @@ def main() -> None:
     from troupe_tools.pack import load_pack
 
     load_pack()
-    rows = table(*measure(int(sys.argv[1]) if len(sys.argv) > 1 else 5))
-    write_passage(PAGE, "hosts", rows)
+    results = measure(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_passage(PAGE, "hosts", table(results))
 
 
 if __name__ == "__main__":

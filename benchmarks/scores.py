@@ -1,10 +1,11 @@
 """Compare the verdicts of Score Subjects, as a node of a ComfyUI, with the truth of the rehearsal world, and write
 benchmarks/scores.json and the figures of the node's help page.
 
-usage: python benchmarks/scores.py [--drawn N] [--painted N]
+usage: python benchmarks/scores.py [--drawn N] [--painted N] [--limits N]
 
 Drawn pictures: the truth is known. Painted ones: what `rehearsal/engine/verdict.py` says, where its two reads agree;
-clear ones are those whose colours are exactly those of one reference.
+clear ones are those whose colours are exactly those of one reference. Limits: other pictures of both kinds, by which
+`verdicts.FOREIGN` was chosen.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
 
 RESULTS = FOLDER / "scores.json"
 THRESHOLD = 0.2  # the node's default
+LIMITS = (0.14, 0.16, 0.18, 0.2, 0.22, 0.24, 0.26, 0.3)  # in place of verdicts.FOREIGN
+PAINTED_FROM, LIMITS_FROM = 1000, 5000  # first seeds
 ENCODERS = ("clip_vision", "colours")
 CASTS = {"one class": True, "two classes": False}
 INPUTS = ("masks", "segs", "bounding_boxes")
@@ -46,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--painted", type=int, default=40, help="pictures of each merge and cast (default: 40); 0: as above"
     )
+    parser.add_argument("--limits", type=int, default=40, help="as many of each for the limits (default: 40)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:
         begin_host(base)
@@ -58,6 +62,9 @@ def main() -> None:
         if arguments.painted:
             found["painted"] = true_verdicts(arguments.painted)
             print(found["painted"], flush=True)
+        if arguments.limits:
+            found["limits"] = by_limit(arguments.limits)
+            print(found["limits"], flush=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(with_verdicts(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
 
@@ -174,7 +181,7 @@ def true_verdicts(count: int) -> dict[str, dict[str, dict[str, list[int]]]]:
     that are in the picture.
     """
     found: dict[str, dict[str, dict[str, list[int]]]] = {}
-    for picture, figures, truth, clear, places in painted_pictures(count):
+    for picture, figures, truth, clear, places in painted_pictures(range(PAINTED_FROM, PAINTED_FROM + count)):
         for encoder, (by, wired) in product(ENCODERS, places.items()):
             words = verdicts_of(encoder, figures, picture, wired)
             tally = found.setdefault(encoder, {}).setdefault(by, {kind: [0, 0] for kind in ("all", "clear", "there")})
@@ -186,7 +193,42 @@ def true_verdicts(count: int) -> dict[str, dict[str, dict[str, list[int]]]]:
     return found
 
 
-def painted_pictures(count: int) -> Iterator[tuple[Any, Any, list[str | None], list[bool], dict[str, dict[str, Any]]]]:
+def by_limit(count: int) -> dict[str, dict[str, list[int]]]:
+    """Return for each of LIMITS how many verdicts of `colours` are true, and of how many, with the places of `segs`: on
+    drawings of mixed looks, and of clear subjects in painted pictures.
+    """
+    from drawn_cases import drawn_case
+    from troupe.model_patches.scores import verdicts
+
+    seeds = range(LIMITS_FROM, LIMITS_FROM + count)
+    mixed = [drawn_case("mixed", alike, seed) for alike, seed in product(CASTS.values(), seeds)]
+    pictures = [(one.figures, one.picture, wired_places(one.masks, "segs"), one.verdicts) for one in mixed]
+    clear = []
+    for picture, figures, truth, is_clear, places in painted_pictures(seeds):
+        wanted = [word if sure else None for word, sure in zip(truth, is_clear, strict=True)]
+        clear.append((figures, picture, places["segs"], wanted))
+    chosen, found = verdicts.FOREIGN, {}
+    for limit in LIMITS:
+        verdicts.FOREIGN = limit
+        found[f"{limit:g}"] = {"mixed": _true(pictures), "clear": _true(clear)}
+    verdicts.FOREIGN = chosen
+    return found
+
+
+def _true(cases: Sequence[tuple[Any, Any, Any, Sequence[str | None]]]) -> list[int]:
+    """[true, all] of the verdicts with a truth. cases: (figures, picture, wired, truths)."""
+    pairs = [
+        pair
+        for figures, picture, wired, truths in cases
+        for pair in zip(verdicts_of("colours", figures, picture, wired), truths, strict=True)
+        if pair[1] is not None
+    ]
+    return [sum(word == truth for word, truth in pairs), len(pairs)]
+
+
+def painted_pictures(
+    seeds: Sequence[int],
+) -> Iterator[tuple[Any, Any, list[str | None], list[bool], dict[str, dict[str, Any]]]]:
     """Yield pictures [128, 128, 3], their casts, the truth on each subject (None where the reads differ), whether it is
     clear, and the node's inputs that say where the subjects are.
     """
@@ -199,7 +241,7 @@ def painted_pictures(count: int) -> Iterator[tuple[Any, Any, list[str | None], l
     from troupe.rehearsal.engine.verdict import sighting_of
 
     models, recogniser = load_rehearsal(), load_recogniser()
-    for cast, merge, seed in product(CASTS, ("relevance", "add"), range(1000, 1000 + count)):
+    for cast, merge, seed in product(CASTS, ("relevance", "add"), seeds):
         one, record = trial(cast, seed), []
         references = encode_references(models.adapters["mip"], cast_of(one.figures), models.images, models.texts)
         picture = paint(models, one.scene.caption, one.seed, references, merge, record=record)[0]

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from troupe.model_patches.scores import verdicts
 from troupe.model_patches.scores.choice import best, numbers_of
 from troupe.model_patches.scores.colours import ColourPictures
 from troupe.model_patches.scores.finding import Found, Wanted, regions_in
@@ -120,6 +121,13 @@ def test_the_page_has_the_stored_figures():
 
 
 @pytest.mark.slow
+def test_the_limit_is_the_lowest_at_which_clear_verdicts_are_true():
+    stored = json.loads(scores_script.RESULTS.read_text(encoding="utf-8"))["limits"]
+    parts = {float(limit): found["clear"][0] / found["clear"][1] for limit, found in stored.items()}
+    assert tuple(parts) == scores_script.LIMITS and scores_script.LIMITS_FROM >= scores_script.PAINTED_FROM + 1000
+    assert min(limit for limit, part in parts.items() if part >= 0.95) == verdicts.FOREIGN
+
+
 def test_a_right_picture_is_the_best_of_a_batch(encoder):
     from drawn_cases import CASES, drawn_case
 

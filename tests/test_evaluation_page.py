@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -9,9 +10,12 @@ from troupe.evaluation import run
 from troupe.evaluation.results import read_table
 from troupe.evaluation.settings import read_settings
 from troupe.evaluation.tables import methods_of
+from troupe_tools.dev.markdown_pages import replace_passage
 from troupe_tools.pack import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
+
+import hosts
 
 import evaluation
 
@@ -27,6 +31,21 @@ def rows():
 def test_the_page_is_what_the_file_says():
     page = evaluation.PAGE.read_text(encoding="utf-8")
     assert evaluation.with_tables(page) == page
+
+
+def test_the_page_of_hosts_is_what_their_file_says():
+    results = json.loads(hosts.RESULTS.read_text(encoding="utf-8"))
+    page = hosts.PAGE.read_text(encoding="utf-8")
+    assert replace_passage(page, "hosts", hosts.table(results)) == page
+    assert {len(rounds) for rounds in results["rounds"].values()} == {5}
+
+
+def test_a_table_of_hosts_by_hand():
+    """Rounds of 8 pictures in 8 and 4 s: 60 and 120 a minute; two servers need half the time of the same round."""
+    rounds = {"one server": [[8.0, 8.0], [4.0, 4.0]], "two servers": [[4.0, 6.0], [2.0, 3.0]]}
+    text = hosts.table({"rounds": rounds, "load": 1.25, "cores": 2, "pictures": 8, "steps": 20})
+    assert "| one server | 90.0 (60.0 to 120.0) |  | 1.00 (1.00 to 1.00) | 0.75 (0.50 to 1.00) |" in text
+    assert "| two servers | 180.0 (120.0 to 240.0) | 2.00 (2.00 to 2.00) | 1.50 (1.50 to 1.50) |" in text
 
 
 def test_every_cell_is_there(rows):
