@@ -35,8 +35,6 @@ import torch
 RIGHT, SWAPPED, MIXED, CLONED, MISSING = ("right", "swapped", "mixed", "cloned", "missing")
 LEAD_MARGIN = 0.1  # of the way from one reference to another
 FOREIGN = 0.22  # of the same way: the lowest at which 95 % of clear verdicts are true (`limits` of scores.json)
-    0.22  # of the same way: the lowest at which 95 % of clear verdicts are true (limits in benchmarks/scores.json)
-)
 ALIKE = 0.97  # cosine of two references from which on they count as one
 NEAR = 0.8  # of the likeness of a subject's crop: what a second figure with the same looks must reach
 
