@@ -20,11 +20,12 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path.append(str(FOLDER.parent / "tools"))
 
-from confusion_page import readme_passage, write_page  # noqa: E402
+from confusion_page import readme_passage, training_passage, write_page  # noqa: E402
 from troupe_tools.dev.markdown_pages import write_passage  # noqa: E402
 from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
 
 RESULTS, PAGE, README = FOLDER / "confusion.json", FOLDER / "CONFUSION.md", FOLDER.parent / "README.md"
+TRAINING = FOLDER.parent / "docs" / "training.md"
 WEIGHTS = (0.3, 0.45, 0.6, 0.75, 0.9, 1.05, 1.2)  # of the curve
 CURVE = ("add", "relevance", "relevance, sharpness 3")
 PER_TASK = 10  # pictures that a worker paints before it reports
@@ -62,6 +63,7 @@ def main() -> None:
     save(results)
     write_page(RESULTS, PAGE)
     write_passage(README, "confusion", readme_passage(results["verdicts"]))
+    write_passage(TRAINING, "trained", training_passage(results["verdicts"]))
 
 
 def tasks(seeds: int, curve_seeds: int) -> Iterator[Task]:

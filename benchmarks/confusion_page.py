@@ -30,6 +30,16 @@ IN_README = {
     "uniform": "uniform",
     WITHOUT: "no references (chance)",
 }
+IN_TRAINING = {  # words of docs/training.md -> adapter and method
+    "FastComposer": "fastcomposer | in the prompt",
+    "UMM-Diffusion": "umm | in the prompt",
+    "MM-Diff as published, with one reference for all subjects (`joint`)": "mm | joint, and in the prompt",
+    "MM-Diff with `relevance`": "mm | relevance, and in the prompt",
+    "Subject-Diffusion, with boxes": "subject | in the prompt and gated layers, with boxes",
+    "IP-Adapter with `relevance`": "ip | relevance",
+    "MIP-Adapter with `relevance`": "mip | relevance",
+    "no references (chance)": f"mip | {WITHOUT}",
+}
 ALIKE = (("mip", "ip"), ("fastcomposer", "umm"), ("subject",), ("mm",))  # adapters with the same methods
 OWN_BASE = ("fastcomposer", "subject", "mm")  # whose pictures without references are others than the base model's
 RIVALS = ("add", "uniform", "joint", "add with boxes")
@@ -140,6 +150,18 @@ def readme_passage(cells: Mapping[str, Verdicts]) -> str:
         "A subject counts if it has one of its reference's two colours and none of the other reference's; "
         "in parentheses: both of its own. "
         f"At least {count} pictures in each cell, 95 % intervals; [all figures](benchmarks/CONFUSION.md)."
+    )
+
+
+def training_passage(cells: Mapping[str, Verdicts]) -> str:
+    """Return the passage of docs/training.md: each adapter's subjects of two classes."""
+    found = {words: cells[f"{cell} | {CASTS[0]} | 1"] for words, cell in IN_TRAINING.items()}
+    rows = [(words, str(right(verdicts)), str(exact_share(verdicts))) for words, verdicts in found.items()]
+    count = min(len(verdicts) for verdicts in found.values())
+    return (
+        f"{markdown_table(('adapter', 'right', 'exact'), rows)}\n"
+        f"Of two subjects of different classes in {count} pictures or more: `right` has one of its reference's two "
+        "colours and none of the other reference's, `exact` both of its own; 95 % intervals."
     )
 
 

@@ -146,10 +146,12 @@ def test_results_are_of_the_shipped_models(results):
     assert results["models"] == confusion.fingerprint(), "run: python benchmarks/confusion.py"
 
 
-def test_the_page_and_the_readme_are_made_of_the_results(results):
+def test_the_pages_are_made_of_the_results(results):
     assert confusion.PAGE.read_text(encoding="utf-8") == confusion_page.render(results["verdicts"])
     readme = confusion.README.read_text(encoding="utf-8")
     assert replace_passage(readme, "confusion", confusion_page.readme_passage(results["verdicts"])) == readme
+    training = confusion.TRAINING.read_text(encoding="utf-8")
+    assert replace_passage(training, "trained", confusion_page.training_passage(results["verdicts"])) == training
 
 
 def test_every_cell_is_counted(results):
