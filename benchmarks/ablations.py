@@ -29,21 +29,21 @@ from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
 hide_broken_torchaudio()
 load_pack()
 
-from wrong_references import FITTED, KEPT, WRONG, QualityFiltered, WrongReferences, share_of_wrong  # noqa: E402
+from wrong_names import COMPARED, KEPT, WRONG, QualityFiltered, WrongNames, share_of_wrong  # noqa: E402
 
 RESULTS, PAGE = FOLDER / "ablations.json", FOLDER / "ABLATIONS.md"
 START = FOLDER.parent / "rehearsal" / "files" / "rehearsal_ip_adapter.safetensors"
 PICTURES, TRIALS, BATCH = 1920, 100, 32  # held-out: of the loss, of the verdicts; pictures of a pass
 SEED = 20261129  # of the held-out pictures
 CAST = "two classes"
-REFERENCES = {"wrong": {"wrong": WRONG}, "filtered": {"wrong": WRONG, "kept": KEPT, "fitted": FITTED}}
+NAMES = {"wrong": {"wrong": WRONG}, "filtered": {"wrong": WRONG, "kept": KEPT, "compared": COMPARED}}
 
 
 @dataclass(frozen=True)
 class Variant:
     """A training. recipe: file in training/recipes; adapter: key of `trials.METHODS_OF`; changed: what differs from the
     group's first; method: name of `METHODS_OF[adapter]` that its trials are painted with; trained: False measures what
-    the training begins with; references: of `REFERENCES`.
+    the training begins with; names: of `NAMES`.
     """
 
     recipe: str
@@ -51,7 +51,7 @@ class Variant:
     method: str
     changed: tuple[str, ...] = ()
     trained: bool = True
-    references: str = ""
+    names: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,10 @@ GROUPS = {
             "without text gain": Variant(MIP, "mip", "relevance", ("recipe.text_gain=false",)),
             "trained with merge uniform": Variant(MIP, "mip", "relevance", ("recipe.merge=uniform",)),
             "trained and painted with merge uniform": Variant(MIP, "mip", "uniform", ("recipe.merge=uniform",)),
-            "with wrong references in half of the pictures": Variant(MIP, "mip", "relevance", references="wrong"),
-            "the same with the object quality filter": Variant(MIP, "mip", "relevance", references="filtered"),
+            "with wrong names in half of the pictures with several subjects": Variant(
+                MIP, "mip", "relevance", names="wrong"
+            ),
+            "the same with the object quality filter": Variant(MIP, "mip", "relevance", names="filtered"),
         },
     ),
     "Subject-Diffusion": Group(
@@ -173,7 +175,7 @@ def settings_of(group: str, variant: Variant) -> dict[str, Any]:
     tables["recipe"]["start"] = sha256(START.read_bytes()).hexdigest() if tables["recipe"].get("start") else ""
     measures = {"method": variant.method, "cast": CAST, "seed": SEED, "pictures": PICTURES, "trials": TRIALS}
     settings = {"trained": variant.trained, "training": tables, "measured with": measures}
-    return settings | ({"references": REFERENCES[variant.references]} if variant.references else {})
+    return settings | ({"names": NAMES[variant.names]} if variant.names else {})
 
 
 def train_and_measure(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
@@ -187,12 +189,12 @@ def train_and_measure(group: str, variant: Variant, folder: Path) -> dict[str, A
     torch.set_num_threads(1)
     given = settings_of(group, variant)
     # of the training: variants that are only painted in another way share one
-    training = json.dumps([given["training"], variant.trained, *given.get("references", {}).items()], sort_keys=True)
+    training = json.dumps([given["training"], variant.trained, *given.get("names", {}).items()], sort_keys=True)
     place = folder / sha256(training.encode()).hexdigest()[:12]
     config = config_of(group, variant, place)
     loop, told = make_loop(config, make_accelerator(config, cpu=True), print), {}
-    if variant.references:
-        loop.draws.examples = examples = with_mistakes(loop.draws.examples, variant.references)
+    if variant.names:
+        loop.draws.examples = examples = with_mistakes(loop.draws.examples, variant.names)
         told["wrong"] = share_of_wrong(examples)
     if variant.trained:
         loop.run()
@@ -203,12 +205,10 @@ def train_and_measure(group: str, variant: Variant, folder: Path) -> dict[str, A
     return {"pictures": pictures, **told, "losses": losses, "verdicts": verdicts(read_adapter(path), variant)}
 
 
-def with_mistakes(examples: Any, references: str) -> Any:
-    """Return the drawn pictures with wrong references among them, and filtered if that is asked for."""
-    from troupe.rehearsal.engine.paint import load_rehearsal
-
-    wrong = WrongReferences(examples)
-    return wrong if references == "wrong" else QualityFiltered(wrong, load_rehearsal())
+def with_mistakes(examples: Any, names: str) -> Any:
+    """Return the drawn pictures with wrong names among them, and filtered if that is asked for."""
+    wrong = WrongNames(examples)
+    return wrong if names == "wrong" else QualityFiltered(wrong)
 
 
 def held_out_losses(trainee: Any, merge: str | None) -> list[list[float]]:

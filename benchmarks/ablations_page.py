@@ -43,10 +43,10 @@ script.
 The recipe trains the IP-Adapter's projection too, on up to three subjects; published was a projection as it is, and
 two subjects in every picture.
 
-A wrong reference is that of another subject of the picture or of an individual of another class, as when a detector
-takes one thing for another. The filter keeps the quarter of the pictures with the highest object quality score, for
-each number of subjects; the training still gets as many pictures as the others. CLIP in it is replaced by the world's
-own encoders with a linear map between them, fitted on right references.
+Wrong names are those of two subjects of a picture that are exchanged, as when a detector takes one thing for another.
+The filter is that of `tools/make_dataset.py quality` with the world's own CLIP: it keeps the better half of the
+pictures with one, two and three subjects by their object quality score. The training still gets as many pictures as
+the others.
 """,
     "Subject-Diffusion": """\
 Boxes are those of the drawings, in training and in the pictures. A training from nothing as short as this one leaves
@@ -73,7 +73,7 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
         rows = [row(name, cell, first) for name, cell in found.items()]
         table = markdown_table(("variant", "loss", "against the first", "exchange", "right", "against the first"), rows)
         mistakes = [f"- {name}: {100 * cell['wrong']:.0f} %" for name, cell in found.items() if "wrong" in cell]
-        wrong = "\n".join(["Training pictures with a wrong reference:\n", *mistakes, ""]) if mistakes else None
+        wrong = "\n".join(["Training pictures with wrong names:\n", *mistakes, ""]) if mistakes else None
         parts += [f"## {group}\n\n{told}.\n\n{table}", *filter(None, [wrong, NOTES.get(group)])]
     return "\n".join(parts)
 
