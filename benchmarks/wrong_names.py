@@ -86,7 +86,7 @@ def quality(scorer: ClipScorer, example: Example) -> float:
 
 
 def crops(example: Example, subjects: Sequence[ExampleSubject]) -> list[Image.Image]:
-    """Return the boxes of subjects, with their background."""
+    """Return the boxes of subjects, with their background. Raises ValueError for one without a place."""
     pixels = ((example.pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     found = []
     for subject in subjects:
