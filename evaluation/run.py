@@ -54,7 +54,8 @@ def _evaluate(settings: EvaluationSettings, folder: Path, say: Say, paint: bool)
         painted = run_tasks(tasks, engines, folder, retries=retries, locked=True, progress=progress)
     else:
         painted = read_journal(folder)
-    faults = {task.key: painted[task.key].error for task in tasks if task.key in painted and painted[task.key].error}
+    wanted = {task.key for task in tasks}
+    faults = {key: row.error for key, row in painted.items() if key in wanted and row.error}
     faults |= score_tasks(tasks, suite, scorers, folder, _progress(say, "scored"))
     cases = {case.name: case for case in suite.cases}
     scores = stored_scores(folder)

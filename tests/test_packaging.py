@@ -105,7 +105,7 @@ ROOMS |= {
     "training/losses": {"model_patches/attention"},
     "training/data": {"model_patches/errors", "model_patches/subjects"},
     "training/config": {"model_patches/errors"},
-    "training/examples": {"model_patches/subjects", "model_patches/encoding/framing", "training/data", "rehearsal"},
+    "training/examples": {"model_patches/subjects", "model_patches/encoding", "training/data", "rehearsal"},
     "training/model": BELOW_THE_HOSTS
     | {"model_patches/hosts/diffusers", "training/examples", "rehearsal", "rehearsal/engine"},
     "rehearsal/training": BELOW_THE_HOSTS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -49,7 +50,7 @@ class Progress:
 
 def memory() -> int:
     """Return the most memory that was used, in bytes: the GPU's, else this process's (0 if that is not known)."""
-    gpu = getattr(torch, "get_device_module", lambda: None)()  # since PyTorch 2.4; torch.cpu has no such figures
+    gpu: Any = getattr(torch, "get_device_module", lambda: None)()  # since PyTorch 2.4; torch.cpu has no such figures
     if hasattr(gpu, "max_memory_allocated") and gpu.is_available():
         return gpu.max_memory_allocated()
     try:
