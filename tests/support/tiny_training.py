@@ -123,10 +123,12 @@ def write_set(folder: Path, names: Sequence[Sequence[str]] = NAMES, masks: bool 
         for j, name in enumerate(each):
             look = chance.integers(0, 255, (2, 2, 3), np.uint8).repeat(20, 0).repeat(20, 1)
             Image.fromarray(look).save(folder / f"r{i}_{j}.png")
-            subject = {"name": name, "references": [f"r{i}_{j}.png"], "box": [0.2 + 0.2 * j, 0.3, 0.2, 0.4]}
+            row, column = divmod(j, 3)  # the square in the middle has three beside each other
+            box = [0.2 + 0.2 * column, 0.3 + 0.35 * row, 0.2, 0.4 - 0.05 * row]
+            subject = {"name": name, "references": [f"r{i}_{j}.png"], "box": box}
             if masks:
                 mask = np.zeros((64, 96), np.uint8)
-                mask[8:40, 20 + 20 * j : 36 + 20 * j] = 255
+                mask[8 + 34 * row : 40 + 34 * row, 20 + 20 * column : 36 + 20 * column] = 255
                 Image.fromarray(mask).save(folder / f"m{i}_{j}.png")
                 subject["mask"] = f"m{i}_{j}.png"
             subjects.append(subject)
