@@ -111,7 +111,7 @@ def _counts(outcome: Outcome) -> str:
             lines.append(f"- {count} missing ({', '.join(keys)}{', ...' if count > len(keys) else ''}): {reason}")
     unexplained = len(outcome.tasks) - len(outcome.rows) - len(outcome.faults)
     if unexplained:
-        lines.append(f"- {unexplained} are not painted yet: run the same command again.")
+        lines.append(f"- {unexplained} are not painted yet: run the command without --report.")
     return "\n".join(lines) + "\n"
 
 

@@ -276,7 +276,7 @@ def test_a_report_of_what_is_there(settings):
     run.evaluate(settings("suite.seeds=1"))
     run.evaluate(chosen, paint=False)
     text = (Path(chosen.output.folder) / "report.md").read_text(encoding="utf-8")
-    assert "2 of 6 pictures are painted" in text and "4 are not painted yet: run the same command again." in text
+    assert "2 of 6 pictures are painted" in text and "4 are not painted yet: run the command without --report." in text
 
 
 @pytest.mark.slow

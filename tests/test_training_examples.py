@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from support import tiny_training as small
 from troupe.rehearsal.world import TRAINING_LOOKS
+from troupe.training.data.pictures import read_mask
 from troupe.training.data.records import DatasetError
 from troupe.training.examples import folder as folder_module
 from troupe.training.examples.drawn import DrawnSet
@@ -68,6 +69,8 @@ def test_a_transparent_picture_is_on_white_and_a_transparent_mask_black(tmp_path
     mask = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
     mask.paste((255, 255, 255, 255), (16, 16, 48, 48))
     mask.save(tmp_path / "mask.png")
+    read = read_mask(tmp_path / "mask.png", (64, 64))
+    assert read.sum() == 32 * 32 and read[32, 32], "the builder reads it alike"
     example = FolderSet(tmp_path, 64, 4).get(0, random.Random(0))
     (cat,) = example.subjects
     assert example.pixels[:, 0, 0].tolist() == [1, 1, 1] and example.pixels[:, 32, 32].tolist() == [1, -1, -1]

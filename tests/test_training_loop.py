@@ -227,6 +227,17 @@ def test_a_checkpoint_of_another_recipe_is_a_sentence(pictures, tmp_path):
         loop_for(pictures, tmp_path, recipe="ip_adapter", steps=2).run()
 
 
+@pytest.mark.slow
+def test_a_checkpoint_of_another_optimiser_is_a_sentence(pictures, tmp_path):
+    loop = loop_for(pictures, tmp_path, steps=1)
+    loop.run()
+    changed = {**loop.settings, "training": {**loop.settings["training"], "optimizer": "adamw8bit"}}
+    again = loop_for(pictures, tmp_path, steps=2)
+    again.settings = changed
+    with pytest.raises(TrainingError, match="training.optimizer = 'adamw' .* found 'adamw8bit'"):
+        again.run()
+
+
 def test_a_damaged_checkpoint_is_a_sentence(pictures, tmp_path):
     loop_for(pictures, tmp_path, steps=1).run()
     (tmp_path / "checkpoints" / "step-00000001" / "model.safetensors").write_bytes(b"damaged")

@@ -119,12 +119,18 @@ def load_checkpoint(accelerator: Accelerator, path: Path, settings: dict[str, An
 
     Return its step, and the settings that have changed since, as 'training.lr 0.01 -> 0.001'.
 
-    Raises TrainingError if it is of another recipe, or another kind of base or data, or cannot be read.
+    Raises TrainingError if it is of another recipe, optimiser, or kind of base or data, or cannot be read.
     """
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
         before: dict[str, Any] = about["settings"]
-        for section, key in (("recipe", "name"), ("base", "kind"), ("data", "kind"), ("training", "ema")):
+        for section, key in (
+            ("recipe", "name"),
+            ("base", "kind"),
+            ("data", "kind"),
+            ("training", "ema"),
+            ("training", "optimizer"),
+        ):
             was, now = before[section][key], settings[section][key]
             if was != now:
                 raise TrainingError(

@@ -121,7 +121,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     """
     try:
         with Image.open(path) as found:
-            mask = found.convert("L")
+            mask = flattened(ImageOps.exif_transpose(found), BLACK).convert("L")
     except (OSError, ValueError, SyntaxError) as error:
         raise PictureFault("mask does not open", f"{path.name} ({error})") from error
     if mask.size != size:

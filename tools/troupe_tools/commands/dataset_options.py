@@ -89,7 +89,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     quality.add_argument("folder", type=Path, help="folder of the training set")
     limit = quality.add_mutually_exclusive_group()
     limit.add_argument("--threshold", type=_finite, metavar="S", help="keep pictures with a score above")
-    limit.add_argument("--keep", type=_positive, metavar="N", help="keep the N best (default: all)")
+    limit.add_argument(
+        "--keep",
+        type=_positive,
+        metavar="N",
+        help="keep N pictures in all, the best part of those with one, two, ... subjects (default: all)",
+    )
     quality.add_argument("--clip", default=CLIP, help="folder or hub name (default: %(default)s)")
     quality.add_argument("--cut-outs", action="store_true", help="subjects on white instead of crops")
     _add_work(quality)
