@@ -55,6 +55,8 @@ def test_a_subject_that_the_cut_leaves_out_is_no_subject(tmp_path):
     (tmp_path / "metadata.jsonl").write_text(json.dumps(line))
     example = FolderSet(tmp_path, 64, 4).get(0, random.Random(0))
     assert [subject.name for subject in example.subjects] == ["robot", "bird"], "a bird without a place may be there"
+    (robot,) = FolderSet(tmp_path, 64, 1).get(0, random.Random(0)).subjects
+    assert robot.name == "robot", "the first that is there, not none because the first of the line is not"
 
 
 def test_a_transparent_picture_is_on_white_and_a_transparent_mask_black(tmp_path):
@@ -164,9 +166,11 @@ def test_a_set_is_checked_before_a_training_comes_to_the_fault(tmp_path, name, s
                 pictures.check(what)
         else:
             pictures.check(what)
-    if spoil is text:  # not in the part of a process, or of a subject that is not taken
-        others = FolderSet(tmp_path, 32, 1) if name != "p3.png" else FolderSet(tmp_path, 32, 4)
-        others.check("headers", 0, 2)
+    if spoil is text:  # in the part of one process, also of a subject that is taken where the first is cut away
+        here = int(name[1]) % 2
+        with pytest.raises(DatasetError, match=name):
+            FolderSet(tmp_path, 32, 1).check("headers", here, 2)
+        FolderSet(tmp_path, 32, 4).check("headers", 1 - here, 2)
 
 
 def test_every_fault_of_a_set_is_named(tmp_path, monkeypatch):

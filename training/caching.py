@@ -61,17 +61,24 @@ def keep_features(trainee: Trainee, examples: FolderSet, shown: bool = False) ->
     """Encode everything that any step may ask for: each picture, caption and name, each reference, and what replaces
     those that are dropped. shown: with a bar. Raises DatasetError for a file that is no picture.
     """
-    fullest = max(range(len(examples)), key=lambda i: len(examples.records[i].subjects[: examples.most]))
-    beside = FixedDraw(0, 0, examples.get(fullest, Fixed()))  # names are asked for in batches with several subjects
+    beside = FixedDraw(0, 0, _with_several(examples))  # names are asked for in batches with several subjects
     for i in tqdm(range(len(examples)), desc="encoding", unit="picture", disable=not shown):
         for example in _variants(examples, i):
             for chosen in (NOTHING_DROPPED, EVERYTHING_DROPPED):
                 trainee.prepare([FixedDraw(0, 0, example, chosen), beside])
 
 
+def _with_several(examples: FolderSet) -> Example:
+    """A picture with several subjects in its square, if there is one."""
+    fullest_first = sorted(range(len(examples)), key=lambda i: -len(examples.records[i].subjects))
+    found = (examples.get(i, Fixed()) for i in fullest_first if len(examples.records[i].subjects) > 1)
+    several = (example for example in found if len(example.subjects) > 1)
+    return next(several, None) or examples.get(fullest_first[0], Fixed())
+
+
 def _variants(examples: FolderSet, index: int) -> Iterator[Example]:
     """A picture with each of its references, all subjects together and each alone."""
-    subjects = examples.records[index].subjects[: examples.most]
+    subjects = examples.records[index].subjects
     for n in range(max([1, *(len(subject.references) for subject in subjects)])):
         example = examples.get(index, Fixed(n=n))
         yield example

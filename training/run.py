@@ -188,7 +188,7 @@ def example_set(config: DataConfig, base: Base, trainee: Trainee, say: Say = lam
 def check_boxes(examples: FolderSet) -> None:
     """Raise TrainingError for a subject with neither mask nor box."""
     for record in examples.records:
-        for subject in record.subjects[: examples.most]:
+        for subject in record.subjects:
             if subject.box is None and subject.mask is None:
                 found = f"'{subject.name}' in {record.picture} without either"
                 do = "Add one to that line of the metadata, or take the subject out of it."
@@ -199,7 +199,7 @@ def check_token_positions(examples: FolderSet, trainee: Trainee) -> None:
     """Raise TrainingError for a picture with a subject that has no position in its caption."""
     for record in examples.records:
         try:
-            trainee.token_positions(record.caption, [subject.name for subject in record.subjects[: examples.most]])
+            trainee.token_positions(record.caption, [subject.name for subject in record.subjects])
         except TroupeError as error:
             found = f"another caption for {record.picture} ({error})"
             raise TrainingError(

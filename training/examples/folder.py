@@ -27,7 +27,7 @@ class FolderSet:
 
     Arguments:
         folder: of the training set; resolution: S, side of the square in pixels.
-        most: subjects of a picture that are taken, from the first on.
+        most: subjects of a picture that are taken, from the first on that is in the square.
         needs_subjects: leave out pictures without any.
         warn: gets one sentence for what is allowed but probably not meant.
     Raises:
@@ -53,7 +53,7 @@ class FolderSet:
             )
         if len(self.records) < len(every):
             warn(f"{len(every) - len(self.records)} of {len(every)} pictures have no subjects and are left out.")
-        own = sum(not subject.references for record in self.records for subject in record.subjects[:most])
+        own = sum(not subject.references for record in self.records for subject in record.subjects)
         if own:
             warn(f"{own} subjects have no reference picture: they are cut out of their training picture.")
 
@@ -70,12 +70,15 @@ class FolderSet:
         whole = _open(record.picture)
         resized, (top, left) = _resized(whole, side)
         pixels = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float() / 127.5 - 1
-        subjects = [self._subject(record, subject, whole, chance) for subject in record.subjects[: self.most]]
+        places = [_whole_mask(subject, whole.size) for subject in record.subjects]
+        masks = [None if place is None else _to_tensor(_resized(place, side)[0]) for place in places]
+        seen = [i for i, mask in enumerate(masks) if mask is None or box_in(mask) is not None][: self.most]
+        subjects = (self._subject(record, record.subjects[i], whole, places[i], masks[i], chance) for i in seen)
         return Example(
             str(record.picture),
             pixels,
             record.caption,
-            tuple(s for s in subjects if s.mask is None or box_in(s.mask) is not None),
+            tuple(subjects),
             f"{record.picture}|{side}",
             (whole.height, whole.width),
             (top, left),
@@ -97,7 +100,7 @@ class FolderSet:
             DatasetError: a file is no picture, or a mask black everywhere; it names several if there are.
         """
         records = self.records[process::processes]
-        subjects = [subject for record in records for subject in record.subjects[: self.most]]
+        subjects = [subject for record in records for subject in record.subjects]
         masks = {subject.mask: subject for subject in subjects if subject.mask is not None}
         pictures = dict.fromkeys([record.picture for record in records])
         pictures |= dict.fromkeys(path for subject in subjects for path in subject.references)
@@ -120,14 +123,19 @@ class FolderSet:
             raise _all_of(faults)
 
     def _subject(
-        self, record: PictureRecord, subject: SubjectRecord, whole: Image.Image, chance: random.Random
+        self,
+        record: PictureRecord,
+        subject: SubjectRecord,
+        whole: Image.Image,
+        place: Image.Image | None,
+        mask: torch.Tensor | None,
+        chance: random.Random,
     ) -> ExampleSubject:
-        where = _whole_mask(subject, whole.size)
-        mask = None if where is None else _to_tensor(_resized(where, self.resolution)[0])
+        """A subject with one of its references. whole, place: before the cut; mask: after it."""
         if subject.references:
             path = chance.choice(subject.references)
             return ExampleSubject(subject.name, Photo(_to_tensor(_small(_open(path)))), str(path), mask)
-        cutout = None if where is None else _to_tensor(_small(where))
+        cutout = None if place is None else _to_tensor(_small(place))
         return ExampleSubject(
             subject.name,
             Photo(_to_tensor(_small(whole)), cutout),

@@ -101,7 +101,7 @@ def only_numbers(pictures: torch.Tensor, warn: Callable[[str], None]) -> torch.T
     for number, fine in enumerate(sound.flatten(1).all(1).tolist(), 1):
         if not fine:
             warn(BROKEN.format(number))
-    return pictures.where(sound, 1.0)
+    return pictures if sound.all() else pictures.where(sound, 1.0)
 
 
 def picture_encoder(encoder: str, clip_vision: Any, references: References | None) -> PictureEncoder:
